@@ -33,6 +33,8 @@ export interface MergesOptions {
   readonly onFatal: (error: Error) => void;
   /** Limit of what is read and copied; 0: none. */
   readonly rateBytesPerSecond?: number;
+  /** After something that another try at once would meet again; half a minute unless told otherwise. */
+  readonly restMs?: number;
 }
 
 const JOB_KIND = 'merge';
@@ -62,6 +64,8 @@ export class Merges {
   #current: { readonly jobId: number; readonly path: string; readonly totalBytes: number; doneBytes: number } | null = null;
   /** Layers as they were when no chain was too long. */
   #shapeAtRest = '';
+  /** There was no room for the last one, and that was said. */
+  #lacksRoom = false;
   #wake = new AbortController();
   #closing = false;
   #notBeforeMs = 0;
@@ -103,6 +107,7 @@ export class Merges {
         const choice = this.#choose();
         if (choice !== null) {
           await this.#merge(choice);
+          this.#lacksRoom = false;
           restMs = 0;
         }
       } catch (thrown) {
@@ -110,8 +115,10 @@ export class Merges {
         if (!isOperatingError(thrown)) throw thrown;
         // Somebody began to use the layers in another way, which is no news; the rest is, and may well be met again at once.
         if (thrown.kind !== 'busy') {
-          this.#options.logger.warn({ reason: thrown.message }, 'layers could not be merged');
-          restMs = REST_MS;
+          const isKnown = this.#lacksRoom && thrown.kind === 'no-space';
+          this.#lacksRoom = thrown.kind === 'no-space';
+          if (!isKnown) this.#options.logger.warn({ reason: thrown.message }, 'layers could not be merged');
+          restMs = this.#options.restMs ?? REST_MS;
         }
       }
       // Also between two merges: whoever waits for this thread comes first.
@@ -142,6 +149,8 @@ export class Merges {
       this.#store.merge(pair, null);
       return;
     }
+    // Before there is a job: a store that stays full would have one more that failed each time that this is looked at.
+    await this.#assertRoom(pair);
     const { upper, lower } = pair;
     const target = meta.nodes.pathOf(nodeId);
     const nowUs = Date.now() * 1000;
@@ -150,7 +159,6 @@ export class Merges {
     });
     this.#current = { jobId: job.id, path: target, totalBytes: pair.costBytes, doneBytes: 0 };
     try {
-      await this.#assertRoom(pair);
       for (const layer of [upper, lower]) if (this.#hasChecksums(layer)) await this.#assertSound(layer, isUrgent);
       // The number of the running job says whose it is: a check takes it for no leftover.
       const file = path.join(this.#store.files.storeDir, 'import', `${job.id}.merge`);

@@ -65,7 +65,7 @@ const BETWEEN_KILLS_MS = 16_000;
 const BETWEEN_DISASTERS_MS = 1500;
 const KEPT_DISKS = 3;
 /** What the log rightly says of what is done here. */
-const EXPECTED_IN_LOG = [/killed|restart|journal|recover|server (?:ended|died|was)|no server|upgrade/iu, /the store (?:is full|has room)|file system is full|no-space|No space|--space-(?:warning|critical)/u, /SIGKILL|dead mount|was cleared/iu];
+const EXPECTED_IN_LOG = [/killed|restart|journal|recover|server (?:ended|died|was)|no server|upgrade/iu, /the store (?:is full|has room)|file system is full|no-space|No space|ENOSPC|errno -?28\b|the store has \d+ left|has no room|--space-(?:warning|critical)/u, /SIGKILL|dead mount|was cleared/iu];
 
 /** What the lanes do that is worth a figure each. */
 const GATHERED = ['snapshot', 'revert', 'clone snapshot', 'clone container', 'range clone', 'copy range', 'cp', 'rebase', 'transfer of a disk', 'transfer of all'];

@@ -1,0 +1,73 @@
+/**
+ * Merges while the store has no room for a copy: nothing is begun, one line is said, and they go on once there is room.
+ *
+ * Merges and their hash worker are the built ones (`dist`), because a thread cannot be started from TypeScript.
+ */
+import fs from 'node:fs';
+import path from 'node:path';
+import { afterEach, expect, it, vi } from 'vitest';
+
+import { BLOCK_BYTES } from '../../blockstore/units.js';
+import type { Hasher as HasherType } from '../../daemon/jobs/hasher.js';
+import { readChunk } from '../../daemon/jobs/layer-data.js';
+import type { Merges as MergesType } from '../../daemon/jobs/merges.js';
+import { TestStore, patterned } from '../support/blockstore-fixture.js';
+import { patternBytes } from '../support/model/pattern.js';
+
+const SIZE_BYTES = 64 * BLOCK_BYTES;
+/** More layers than are left alone. */
+const SEALS = 14;
+
+const built = path.resolve(import.meta.dirname, '../../dist/daemon/jobs');
+const { Merges } = await import(path.join(built, 'merges.js')) as { readonly Merges: typeof MergesType };
+const { Hasher } = await import(path.join(built, 'hasher.js')) as { readonly Hasher: typeof HasherType };
+
+afterEach(() => { vi.restoreAllMocks(); });
+
+it('a store without room for a merge: no job is begun, however often it is looked at, and that is said once', async () => {
+  const fixture = new TestStore();
+  const content = patterned(3, SIZE_BYTES, () => false);
+  const disk = fixture.clone(fixture.image('base', content), 'disk');
+  fixture.acquire(disk);
+  for (let layer = 0; layer < SEALS; layer += 1) {
+    const data = patternBytes(50 + layer, 0, 2 * BLOCK_BYTES);
+    fixture.write(disk, layer * BLOCK_BYTES, data);
+    data.copy(content, layer * BLOCK_BYTES);
+    const clone = fixture.clone(disk, 'to-seal');
+    fixture.store.meta.nodes.orphan(clone.id);
+    fixture.store.discardNode(clone.id);
+  }
+  const { store } = fixture;
+  const layers = (): number => store.meta.layers.chain(store.meta.nodes.byId(disk.id)?.layerId ?? 0).length;
+  const depth = layers();
+  // A layer is merged when it has checksums, which the scrub sees to.
+  const hasher = new Hasher(null);
+  for (const layer of store.meta.layers.chain(store.meta.nodes.byId(disk.id)?.layerId ?? 0)) {
+    for (let at = 0; ; ) {
+      const result = await readChunk(store, hasher, layer.id, at, { keep: true, fromDisk: false, rateBytesPerSecond: 0 });
+      if (result === null) break;
+      at += result.lengthBytes;
+    }
+  }
+  await hasher.close();
+
+  const statfs = vi.spyOn(fs.promises, 'statfs').mockResolvedValue({ bavail: 1, bsize: BLOCK_BYTES } as unknown as fs.BigIntStatsFs);
+  const warned: string[] = [];
+  const logger = { info: () => undefined, error: () => undefined, warn: (context: object) => { warned.push('reason' in context ? String(context.reason) : ''); } };
+  const fatal: Error[] = [];
+  const merges = new Merges({ store, logger, onFatal: (error) => { fatal.push(error); }, restMs: 5 });
+  merges.run();
+  try {
+    await vi.waitFor(() => { expect(statfs.mock.calls.length).toBeGreaterThan(4); }, 30_000);
+    expect(warned).toEqual([expect.stringMatching(/^layers are not merged: \d+ bytes would be copied, and the store has 4096 left$/u)]);
+    expect(store.meta.jobs.list().filter((job) => job.kind === 'merge')).toEqual([]);
+    expect(layers()).toBe(depth);
+
+    statfs.mockRestore();
+    await vi.waitFor(() => { expect(layers()).toBeLessThan(depth); }, 30_000);
+    fixture.expectContent(disk, content);
+  } finally {
+    await merges.close();
+  }
+  expect(fatal).toEqual([]);
+});
