@@ -6,6 +6,7 @@ import { connect, isIPv4, isIPv6 } from 'node:net';
 
 import { OffshootError } from '../../blockstore/errors.js';
 import { sleepUnlessAborted } from '../programs/child.js';
+import type { ExportProcess } from './export-process.js';
 import type { Export } from './presenter.js';
 
 export interface Listening {
@@ -90,4 +91,16 @@ export function checkOptionNames({ options }: WithOptions, known: readonly strin
   for (const name of Object.keys(options)) {
     if (!known.includes(name)) throw new OffshootError('invalid-argument', `there is no option ${name}: there are ${known.join(', ')}`, { option: name });
   }
+}
+
+/** What to say of the first server that has ended without being asked; null: all run. Their logs are kept within their bounds on the way. */
+export function endedServer(protocol: string, groups: readonly { readonly at: Listening }[], serverAt: (at: Listening) => ExportProcess): string | null {
+  for (const { at } of groups) {
+    const server = serverAt(at);
+    server.boundLog();
+    if (server.state().kind === 'running') continue;
+    const said = server.lastWords();
+    return `the ${protocol} server at ${writtenListen(at)} has ended${said === '' ? '' : `: ${said}`}`;
+  }
+  return null;
 }

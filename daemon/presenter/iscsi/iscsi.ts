@@ -18,7 +18,7 @@ import path from 'node:path';
 import { OffshootError, toOffshootError } from '../../../blockstore/errors.js';
 import { runChild } from '../../programs/child.js';
 import { ExportProcess, exportProcessesIn, makeExportsDirectory } from '../export-process.js';
-import { byListening, checkOptionNames, isGivenUp, listeningOf, settledListen, writtenListen, type Listening } from '../listen.js';
+import { byListening, checkOptionNames, endedServer, isGivenUp, listeningOf, settledListen, writtenListen, type Listening } from '../listen.js';
 import type { PresenterPlace } from '../place.js';
 import type { Export, ExportAddress, Presenter, PresenterAbilities, PresenterCall } from '../presenter.js';
 import { checkSecretPath, digestOf, isDigestOf, readSecretLines } from '../secrets.js';
@@ -118,14 +118,7 @@ class IscsiPresenter implements Presenter {
   }
 
   async lost(shown: readonly Export[]): Promise<string | null> {
-    for (const { at } of byListening(shown, this.#standard)) {
-      const server = this.#serverAt(at);
-      server.boundLog();
-      if (server.state().kind === 'running') continue;
-      const said = server.lastWords();
-      return await Promise.resolve(`the iSCSI server at ${writtenListen(at)} has ended${said === '' ? '' : `: ${said}`}`);
-    }
-    return null;
+    return await Promise.resolve(endedServer('iSCSI', byListening(shown, this.#standard), (at) => this.#serverAt(at)));
   }
 
   async end(): Promise<void> {

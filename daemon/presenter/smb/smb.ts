@@ -16,7 +16,7 @@ import path from 'node:path';
 import { OffshootError, toOffshootError } from '../../../blockstore/errors.js';
 import { runChild, type ChildResult } from '../../programs/child.js';
 import { ExportProcess, exportProcessesIn, makeExportsDirectory, writeWhole } from '../export-process.js';
-import { byListening, checkOptionNames, isGivenUp, isListening, listeningOf, settledListen, writtenListen, type Listening } from '../listen.js';
+import { byListening, checkOptionNames, endedServer, isGivenUp, isListening, listeningOf, settledListen, writtenListen, type Listening } from '../listen.js';
 import type { PresenterPlace } from '../place.js';
 import type { Export, ExportAddress, Presenter, PresenterAbilities, PresenterCall } from '../presenter.js';
 import { checkSecretPath, digestOf, isDigestOf, readSecretLines } from '../secrets.js';
@@ -110,14 +110,7 @@ class SmbPresenter implements Presenter {
   }
 
   async lost(shown: readonly Export[]): Promise<string | null> {
-    for (const { at } of byListening(shown, this.#standard)) {
-      const server = this.#serverAt(at);
-      server.boundLog();
-      if (server.state().kind === 'running') continue;
-      const words = server.lastWords();
-      return await Promise.resolve(`the SMB server at ${writtenListen(at)} has ended${words === '' ? '' : `: ${words}`}`);
-    }
-    return null;
+    return await Promise.resolve(endedServer('SMB', byListening(shown, this.#standard), (at) => this.#serverAt(at)));
   }
 
   async end(): Promise<void> {
