@@ -2,7 +2,6 @@
  * Receives and rebases on a store that fills up, at whatever call that is noticed, and on one whose calls fail: what failed says why, leaves nothing
  * behind, and can be done again when there is room.
  */
-import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import fsPromises from 'node:fs/promises';
 import path from 'node:path';
@@ -17,7 +16,8 @@ import { TestStore, patterned } from '../support/blockstore-fixture.js';
 import { controlParts, type ControlParts } from '../support/control-parts.js';
 import { encodeStream, uuidOf, type StreamSpec } from '../support/power/streams.js';
 import { writtenBytes } from '../support/power/window.js';
-import { createCleanup, makeTmpfsDir } from '../support/temp.js';
+import { SmallDisk } from '../support/small-disk.js';
+import { createCleanup } from '../support/temp.js';
 
 const BLOCK = 4096;
 const PAGES_MAX = 400;
@@ -38,32 +38,6 @@ const LATER: StreamSpec = { uuid: uuidOf(2), name: 'v2', target: 'r', baseUuid: 
   { ...FULL.nodes[0]!, delta: true, content: { ...content(12, 3), writes: [{ at: BLOCK, length: 2 * BLOCK, seed: 8 }, { at: 5 * BLOCK, length: BLOCK, seed: 0 }, { at: 8 * BLOCK, length: BLOCK, seed: 9 }] } },
   { ...FULL.nodes[1]!, delta: true },
 ] };
-
-/** A file system of its own, which can be filled to the last page. */
-class SmallDisk {
-  readonly storeDir: string;
-  readonly #ballast: string;
-
-  constructor() {
-    const top = path.join(makeTmpfsDir('small', cleanup), 'fs');
-    fs.mkdirSync(top);
-    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${DISK_MIB}m`, 'tmpfs', top]);
-    cleanup.add(() => { execFileSync('umount', ['-l', top]); });
-    this.storeDir = path.join(top, 'store');
-    fs.mkdirSync(this.storeDir);
-    this.#ballast = path.join(top, 'ballast');
-  }
-
-  leave(pages: number): void {
-    fs.rmSync(this.#ballast, { force: true });
-    const { bavail, bsize } = fs.statfsSync(this.storeDir);
-    execFileSync('fallocate', ['-l', String(Math.max(1, (bavail - pages) * bsize)), this.#ballast]);
-  }
-
-  free(): void {
-    fs.rmSync(this.#ballast, { force: true });
-  }
-}
 
 /** Nothing is kept back, and nothing refused because there is little: so that it is the calls themselves that find no room. */
 function noticeNothing(test: TestStore): void {
@@ -117,7 +91,7 @@ function expectClean(test: TestStore): void {
 
 describe('a receive', { timeout: 120_000 }, () => {
   it('on a store that fills up at any page says so, leaves nothing that is seen, and goes on when there is room', async () => {
-    const disk = new SmallDisk();
+    const disk = new SmallDisk(DISK_MIB, cleanup);
     const test = new TestStore({ storeDir: disk.storeDir });
     noticeNothing(test);
     let refused = 0;
@@ -222,7 +196,7 @@ describe('a rebase', { timeout: 120_000 }, () => {
   }
 
   it('on a store that fills up at any page says so, changes nothing, and is done when there is room', async () => {
-    const disk = new SmallDisk();
+    const disk = new SmallDisk(DISK_MIB, cleanup);
     const test = new TestStore({ storeDir: disk.storeDir });
     noticeNothing(test);
     let refused = 0;
